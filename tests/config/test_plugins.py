@@ -297,7 +297,10 @@ def test_jobs_of_a_sweep_and_a_resumed_sweep_find_a_plugin(install, site, small,
         assert (tmp_path / "s" / job / "metrics.json").is_file()
     (tmp_path / "s" / "1" / "metrics.json").unlink()
     (tmp_path / "s" / "1" / "run.json").unlink()
-    subprocess.run([*command, "sweep.resume=s"], cwd=tmp_path, env=environment, check=True)
+    (site / "sweeplab" / "__init__.py").write_text(f"{BACKBONE}# changed\n")
+    resumed = [*command, "sweep.resume=s"]
+    output = subprocess.run(resumed, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "Warning: the code of sweeplab has changed since job 0 (" in output.stdout + output.stderr
     assert (tmp_path / "s" / "1" / "metrics.json").is_file()
 
 

@@ -140,6 +140,22 @@ def test_weights_from_a_file_of_the_network_and_from_a_checkpoint(tmp_path):
     assert torch.equal(encoder(image), other.network.get_submodule("encoder")(image))
 
 
+def test_weights_of_a_network_with_a_part_called_network(tmp_path):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = Toy()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x)
+
+    trained, image = wrapped(Outer), images(8, 8)
+    save_file(trained.network.state_dict(), tmp_path / "library.safetensors")
+    save_file(trained.state_dict(), tmp_path / "export.safetensors")
+    for name in ("library.safetensors", "export.safetensors"):
+        assert torch.equal(wrapped(Outer, weights=str(tmp_path / name))(image), trained(image))
+
+
 @pytest.mark.parametrize(
     ("network", "settings", "reason"),
     [

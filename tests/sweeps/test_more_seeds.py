@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from fcnlab.config.recorded_overrides import apply_sweep_resume
 from fcnlab.errors import UserError
-from fcnlab.sweeps import more_seeds
+from fcnlab.sweeps import resumed_settings
 from fcnlab.sweeps.confirmation import apply_sweep_confirm, ranked_settings
 from fcnlab.sweeps.grid_sweeper import GridSweeper
 from fcnlab.sweeps.manifest import Job, Manifest, read_manifest
-from fcnlab.sweeps.more_seeds import jobs_with_seeds, parse_seeds, warn_about_changed_code
+from fcnlab.sweeps.more_seeds import jobs_with_seeds, parse_seeds
+from fcnlab.sweeps.resumed_settings import warn_about_changed_code
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("4,5", [4, 5]), ("7", [7]), ("range(4,7)", [4, 5, 6])])
@@ -254,11 +255,11 @@ def test_a_confirmation_of_evaluations_or_of_several_folds_is_refused(recorded):
 
 
 def test_changed_code_is_reported_with_its_jobs(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(more_seeds, "source_fingerprints", lambda *trees: {"fcnlab": "new", "mine": "same"})
+    monkeypatch.setattr(resumed_settings, "source_fingerprints", lambda *trees: {"fcnlab": "new", "mine": "same"})
     manifest = Manifest(tmp_path, "train", [], jobs={number: Job(number, str(number), [], "") for number in range(4)})
     for number, state in enumerate(("old", "old", "new", "older")):
         (tmp_path / str(number)).mkdir()
-        facts = {"source": {"fcnlab": state, "mine": "same"}}
+        facts = {"source": {"fcnlab": state, "mine": "same", "of_the_checkpoint": "1.0"}}
         (tmp_path / str(number) / "run.json").write_text(json.dumps(facts))
     with caplog.at_level("WARNING", logger="fcnlab"):
         warn_about_changed_code(manifest, dict.fromkeys(range(4), OmegaConf.create({"hydra": {}})))

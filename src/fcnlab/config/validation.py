@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -259,30 +259,28 @@ def _arguments_from_code(path: str, parameters: Mapping[str, inspect.Parameter])
 def _annotations(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Return the annotations that values are checked against.
 
-    Of external classes these are fcnlab's own, those with a ``Meaning`` of fcnlab, and those of
-    booleans, where a string such as "no" would count as true; their other annotations are not always exact.
+    Of external classes these are fcnlab's own, those with a ``Meaning`` of fcnlab, and those of booleans, where a
+    string such as "no" would count as true; their other annotations are not always exact.
     """
     if (target.__module__ or "").startswith("fcnlab."):
         return {name: parameter.annotation for name, parameter in parameters.items()}
     foreign = external_class(target)
     own_hints = get_type_hints(foreign.settings, include_extras=True) if foreign else {}
-    switches = {name: hint for name, hint in _hints(target, parameters).items() if _is_switch(hint)}
-    hints = _hints(target, parameters, include_extras=True)
-    return switches | {name: hint for name, hint in hints.items() if has_meaning(hint)} | own_hints
+    hints = _hints(target, parameters).items()
+    return {name: hint for name, hint in hints if _is_switch(hint) or has_meaning(hint)} | own_hints
 
 
-def _hints(
-    target: Callable, parameters: Mapping[str, inspect.Parameter], include_extras: bool = False
-) -> dict[str, Any]:
+def _hints(target: Callable, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Return the type hint of each argument, or the type of its default where it has none."""
     try:
-        hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=include_extras)
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that only a type checker imports
         hints = {}
     return {name: hints.get(name, type(parameter.default)) for name, parameter in parameters.items()}
 
 
 def _is_switch(hint: Any) -> bool:
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return bool in kinds and all(
         kind in (bool, type(None)) or get_origin(kind) in (Literal, Union, types.UnionType) for kind in kinds

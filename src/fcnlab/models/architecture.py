@@ -1,6 +1,6 @@
 """Networks of other libraries, or of the user's own, as models: U-Net, DeepLab, and whatever else scores pixels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,18 +175,20 @@ class Architecture(Network):
                 f"model.weights={path} is no file (relative paths start at {Path.cwd()}), and no weights of the model"
                 f" by name: these are {', '.join(['none', *names])}"
             )
-        state = own_names(read_tensors(path))
+        state = own_names(read_tensors(path), self.state_dict().keys())
         kept = {key: value for key, value in state.items() if not reset_heads or self.in_backbone(key)}
         fresh = {key: value for key, value in self.state_dict().items() if reset_heads and not self.in_backbone(key)}
         load_strictly(self, kept | fresh, f"model.weights={path}")
 
 
-def own_names(state: StateDict) -> dict[str, Tensor]:
-    """Return tensors under the names of :class:`Architecture`: of a checkpoint, an export, or a network by itself."""
+def own_names(state: StateDict, expected: Collection[str]) -> dict[str, Tensor]:
+    """Return tensors under the ``expected`` names, those of an :class:`Architecture`.
+
+    They are of a checkpoint, of fcnlab export, or of a network by itself, which may have a part called "network".
+    """
     of_checkpoint = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.network.")}
-    if of_checkpoint or all(key.startswith("network.") for key in state):  # as fcnlab export writes safetensors
-        return of_checkpoint or dict(state)
-    return {f"network.{key}": value for key, value in state.items()}
+    of_network = {f"network.{key}": value for key, value in state.items()}
+    return of_checkpoint or max(of_network, dict(state), key=lambda names: len(names.keys() & expected))
 
 
 def _built(network: Callable[..., nn.Module], weights: str, fetched: Mapping[str, Mapping[str, Any]]) -> nn.Module:

@@ -140,10 +140,10 @@ def _measure_sizes(net: nn.Module, length: int, short: int) -> MeasuredGrids:
     first, sees_whole_image = _measure(net, length, short, ROWS)
     step = max(line.grid.stride for line in first.values())
     length += -length % step  # a stride that is no power of two leaves some of 512 pixels over
+    halvings = step.bit_length() - 1
     # A stage that halves its input sees an odd length with one of these; the last one leaves most pixels over.
-    remainders = sorted({0, step - 1, *(2**power for power in range(step.bit_length() - 1))})
-    if step & (step - 1):
-        remainders = list(range(step))
+    some = sorted({0, step - 1, *(2**power for power in range(halvings))})
+    remainders = some if step == 2**halvings else range(step)
     lines = {}
     for remainder in remainders:
         with nullcontext() if remainder == 0 else _refusal_allowed():

@@ -26,6 +26,8 @@ class Network(nn.Module):
     backbone_path
         Where the backbone is among the modules, such as ``"backbone"``; empty where the network names none. Its
         parameters have a learning rate of their own where they are pretrained, and can be frozen.
+    frozen_until
+        The level up to which the layers of the backbone are not trained; None where all are.
     min_size
         Pixels: the shorter side of the smallest image that the network takes.
     scores_rows_alone
@@ -37,6 +39,7 @@ class Network(nn.Module):
     num_classes: int
     pretrained = False
     backbone_path = ""
+    frozen_until: int | None = None
     min_size = 1
     scores_rows_alone = False
     channels_last_on_cpu = False

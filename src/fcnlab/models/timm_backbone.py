@@ -126,8 +126,8 @@ def _paddings(name: str) -> dict[str, tuple[int, int]]:
     The padding depends on the size of the image, but not within a frame, whose sizes all leave one remainder. Uneven
     padding is left out.
     """
-    step, remainder = _measured(name).frame.step, _measured(name).frame.remainder
-    if remainder is None:
+    frame = _measured(name).frame
+    if frame.remainder is None:
         return {}
     with torch.device("meta"):
         net = _extractor(name)
@@ -138,13 +138,10 @@ def _paddings(name: str) -> dict[str, tuple[int, int]]:
     for key, part in convolutions.items():
         part.register_forward_pre_hook(lambda conv, given, key=key: found[key].add(_same_padding(conv, given[0])))
     for steps in TRIED_STEPS:
-        net(torch.empty(1, 3, steps * step + remainder, (steps + 1) * step + remainder, device="meta"))
-    return {
-        key: (rows // 2, cols // 2)
-        for key, paddings in found.items()
-        for rows, cols in [min(paddings, default=(1, 1))]
-        if len(paddings) == 1 and rows % 2 == cols % 2 == 0
-    }
+        rows, cols = (frame.step * each + frame.remainder for each in (steps, steps + 1))
+        net(torch.empty(1, 3, rows, cols, device="meta"))
+    fixed = {key: next(iter(paddings)) for key, paddings in found.items() if len(paddings) == 1}
+    return {key: (rows // 2, cols // 2) for key, (rows, cols) in fixed.items() if rows % 2 == cols % 2 == 0}
 
 
 def _same_padding(conv: Any, image: Tensor) -> tuple[int, ...]:

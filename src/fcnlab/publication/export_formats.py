@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fcnlab.inference import WholeImage
+from fcnlab.models.weights import SUFFIX
 from fcnlab.publication.export_facts import interface
 from fcnlab.publication.exported_program import (
     ImageSize,
@@ -21,7 +22,7 @@ from fcnlab.publication.onnx_file import OPSET, check_onnx_installed, open_onnx,
 from fcnlab.training.checkpoints import TrainedNet, read_nets
 from fcnlab.training.segmenter import Segmenter
 from fcnlab.training.speed import prefers_channels_last
-from fcnlab.training.weights_file import SUFFIX, write_weights_file
+from fcnlab.training.weights_file import write_weights_file
 
 
 class Request(NamedTuple):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,12 +112,17 @@ def _check_larger_sizes(exported: ExportedProgram, smallest: int) -> None:
         try:
             module(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
         except AssertionError as error:
-            raise UserError(
-                f"the exported network accepts no image of {size[0]}x{size[1]} pixels, because its code depends on the"
-                f" size: {first_line(error)}. Set static=ROWSxCOLS to export it for one size"
-            ) from error
+            raise size_refused(size, error) from error
         except (NotImplementedError, RuntimeError):
             continue
+
+
+def size_refused(size: Sequence[int], condition: AssertionError) -> UserError:
+    """Return the error of a program that refuses rows and columns of ``size``, by a condition of torch.export."""
+    return UserError(
+        f"the exported network accepts no image of {size[0]}x{size[1]} pixels, because its code depends on the size:"
+        f" {first_line(condition)}. Set static=ROWSxCOLS to export it for one size"
+    )
 
 
 def save_program(program: Program, path: Path, facts: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from fcnlab.errors import UserError, first_line
+from fcnlab.errors import UserError
+from fcnlab.publication.exported_program import size_refused
 
 SIZES = 20
 RANGE = 224  # pixels: sides are from the smallest to this many more
@@ -93,11 +94,8 @@ def measure(expected: Computed, actual: Computed, images: Sequence[UInt8[Tensor,
         classes, scores = expected(image)
         try:
             own_classes, own_scores = actual(image)
-        except AssertionError as error:  # a condition of torch.export
-            raise UserError(
-                f"the exported network accepts no image of {image.shape[2]}x{image.shape[3]} pixels, because its code"
-                f" depends on the size: {first_line(error)}. Set static=ROWSxCOLS to export it for one size"
-            ) from error
+        except AssertionError as error:
+            raise size_refused(image.shape[2:], error) from error
         if not scores.isfinite().all():
             raise UserError("the checkpoint computes scores that are not finite, so there is nothing to export")
         if own_scores.shape != scores.shape or own_classes.shape != classes.shape:

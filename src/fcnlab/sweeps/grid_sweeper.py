@@ -32,7 +32,7 @@ from fcnlab.sweeps.confirmation import check_confirmed
 from fcnlab.sweeps.job_checks import check_jobs, report_user_errors
 from fcnlab.sweeps.job_overrides import user_overrides
 from fcnlab.sweeps.manifest import Manifest, describe_difference
-from fcnlab.sweeps.more_seeds import check_seeds_are_new, jobs_with_seeds, parse_seeds, warn_about_changed_code
+from fcnlab.sweeps.more_seeds import check_seeds_are_new, jobs_with_seeds, parse_seeds
 from fcnlab.sweeps.refusals import folder_restored_on_refusal
 from fcnlab.sweeps.resumed_settings import check_unchanged, nothing_left_to_run
 
@@ -139,11 +139,10 @@ class GridSweeper(Sweeper):
         with list_hints_added(overrides):
             remote = getattr(self.chosen_launcher, "remote", True)
             configs = check_jobs(self.context, self.whole, jobs, remote)
-        if self.manifest is not None:
+        if self.manifest is not None and self.new_seeds:
             recorded = len(jobs) - len(jobs_with_seeds(jobs, self.new_seeds))
             earlier = {number: cfg for number, cfg in configs.items() if number < recorded}
             check_seeds_are_new(self.manifest, earlier, self.new_seeds)
-            warn_about_changed_code(self.manifest, earlier)
         check_jobs_differ(overrides, jobs, configs)
         check_confirmed(self.context, self.whole, jobs)
         check_unchanged(self.context, self.whole, dict(enumerate(jobs)), self.manifest)

@@ -1,24 +1,18 @@
 """``sweep.extend=FOLDER seed=4,5``: the settings of a sweep with new seeds, as further jobs of the same sweep."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fcnlab.config.overrides import override_key
 from fcnlab.config.ranges import Seed, is_valid
 from fcnlab.errors import UserError, first_line
-from fcnlab.files.reading import read_json_facts
-from fcnlab.runs.origins import nested_map
-from fcnlab.runs.source_fingerprint import source_fingerprints
-from fcnlab.sweeps.job_checks import hydra_config_restored, iter_job_configs, without_hydra
+from fcnlab.sweeps.job_checks import hydra_config_restored, iter_job_configs
 from fcnlab.sweeps.manifest import Manifest
 
-log = logging.getLogger("fcnlab")
 MOST_SEEDS = 1000  # in one command
 
 
@@ -70,26 +64,3 @@ def check_seeds_are_new(manifest: Manifest, configs: Mapping[int, DictConfig], s
                 f"{manifest.request} seed={seed}: the sweep already has this seed (job {job_of[seed]}). Type seeds that"
                 f" it does not have, such as seed={free}. To rerun its missing jobs, type {manifest.resume_command}"
             )
-
-
-def warn_about_changed_code(manifest: Manifest, configs: Mapping[int, DictConfig]) -> None:
-    """Warn if jobs of the sweep ran with other code: ``fcnlab compare`` then puts the next ones into other groups."""
-    current = source_fingerprints(*(_plain(cfg) for cfg in configs.values()))
-    changed: dict[str, dict[str, list[int]]] = {}  # jobs by package and by its former state
-    for number in configs.keys() & manifest.jobs.keys():
-        facts = read_json_facts(manifest.folder / manifest.jobs[number].folder, "run.json")
-        for package, state in nested_map(facts, "source").items():
-            if current.get(package) != state:
-                changed.setdefault(package, {}).setdefault(f"{state!s:.20}", []).append(number)
-    for package, jobs in changed.items():
-        states = (f"job {', '.join(map(str, sorted(numbers)))} ({state})" for state, numbers in jobs.items())
-        log.warning(
-            "Warning: the code of %s has changed since %s; now it is %s. So fcnlab compare puts the jobs that run"
-            " now into other groups. Use the code of these jobs (their run.json has the commit), or, if the change does"
-            " not affect scores, compare with merge_over=[source]",
-            *(package, " and ".join(states), current.get(package, "not used")),
-        )
-
-
-def _plain(cfg: DictConfig) -> Any:
-    return OmegaConf.to_container(without_hydra(cfg), resolve=False)

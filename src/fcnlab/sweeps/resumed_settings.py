@@ -17,8 +17,10 @@ from fcnlab.config.overrides import shell_join
 from fcnlab.config.validation import looked_up
 from fcnlab.errors import UserError
 from fcnlab.files.reading import Unreadable, display_path, read_json_facts, read_yaml
+from fcnlab.runs.origins import nested_map
 from fcnlab.runs.run_folder import has_scores
 from fcnlab.runs.settings import Change, differences, is_free, shown_changes
+from fcnlab.runs.source_fingerprint import source_fingerprints
 from fcnlab.sweeps.job_checks import COMPOSED_CONFIG, JobErrors, compose_jobs, hydra_config_restored, without_hydra
 from fcnlab.sweeps.manifest import NAME, Job, Manifest
 
@@ -60,8 +62,8 @@ def check_unchanged(
 
     ``same_folders``: the jobs run in the folders of the record.
 
-    Settings that a newer fcnlab has added only cause a warning, and so do changed values of interpolations such as
-    ``${oc.env:NAME}``, which may differ between machines.
+    Settings that a newer fcnlab has added only cause a warning, and so do changed code and changed values of
+    interpolations such as ``${oc.env:NAME}``, which may differ between machines.
 
     Raises
     ------
@@ -71,11 +73,12 @@ def check_unchanged(
     if manifest is None:
         return
     changed, added, looked_up_anew = JobErrors(), JobErrors(), JobErrors()
+    configs: dict[int, DictConfig] = {}
     for number in sorted(jobs.keys() & manifest.jobs):
         job = manifest.jobs[number]
         folder = manifest.folder / job.folder
         with hydra_config_restored():
-            cfg = compose_jobs(context, config, [jobs[number]], number)[number]
+            cfg = configs[number] = compose_jobs(context, config, [jobs[number]], number)[number]
             lookups = _compared_settings(looked_up(without_hydra(cfg)), manifest.verb)
         if same_folders:
             check_same_folder(manifest, job, str(cfg.hydra.sweep.subdir), config)
@@ -109,6 +112,30 @@ def check_unchanged(
             " value, or start a new sweep with the current one: %s",
             looked_up_anew,
             manifest.command,
+        )
+    if configs and same_folders:  # else the new jobs are compared with one another only
+        warn_about_changed_code(manifest, configs)
+
+
+def warn_about_changed_code(manifest: Manifest, configs: Mapping[int, DictConfig]) -> None:
+    """Warn if jobs of the sweep ran with other code: ``fcnlab compare`` then puts the next ones into other groups."""
+    current = source_fingerprints(
+        *(OmegaConf.to_container(without_hydra(cfg), resolve=False) for cfg in configs.values())
+    )
+    changed: dict[str, dict[str, list[int]]] = {}  # jobs by package and by its former state
+    for number in configs.keys() & manifest.jobs.keys():
+        facts = read_json_facts(manifest.folder / manifest.jobs[number].folder, "run.json")
+        for package, state in nested_map(facts, "source").items():
+            # An evaluation also records the packages of its checkpoint, which the settings do not name.
+            if current.get(package, state) != state:
+                changed.setdefault(package, {}).setdefault(f"{state!s:.20}", []).append(number)
+    for package, jobs in changed.items():
+        states = (f"job {', '.join(map(str, sorted(numbers)))} ({state})" for state, numbers in jobs.items())
+        log.warning(
+            "Warning: the code of %s has changed since %s; now it is %s. So fcnlab compare puts the jobs that run"
+            " now into other groups. Use the code of these jobs (their run.json has the commit), or, if the change does"
+            " not affect scores, compare with merge_over=[source]",
+            *(package, " and ".join(states), current[package]),
         )
 
 

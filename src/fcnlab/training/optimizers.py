@@ -69,7 +69,7 @@ def freeze(net: Network, pretrained_lr_scale: float) -> None:
             " backbones (model.backbone.weights)",
             stacklevel=2,
         )
-    if not net.pretrained and getattr(net, "frozen_until", None) is not None:
+    if not net.pretrained and net.frozen_until is not None:
         warnings.warn(
             "model.frozen_until keeps layers that no training has seen as they are, at random: it is for pretrained"
             " backbones (model.backbone.weights)",

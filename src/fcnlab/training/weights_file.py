@@ -14,7 +14,6 @@ from fcnlab.errors import first_line
 from fcnlab.models.weights import (
     CHECKSUM,
     RECORD,
-    SUFFIX,
     WeightsError,
     checksum,
     is_safetensors,
@@ -22,7 +21,6 @@ from fcnlab.models.weights import (
     read_metadata,
 )
 
-__all__ = ["SUFFIX", "read_facts", "read_weights_file", "write_weights_file"]
 FACTS = "fcnlab_facts"  # their name in the metadata
 KEPT = ("version", "variant", "model", "classes", "palette", "selection", "trained")  # others are needed to resume
 OF_THIS_MACHINE = ("root", "wandb_run", "data.root")  # entries of "trained" that a published file does not need
