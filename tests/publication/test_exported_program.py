@@ -109,6 +109,7 @@ class SizeDependent(nn.Module):
         lambda rows, cols: rows * cols > 1e6,
         lambda rows, cols: rows % 16 == 0,
         lambda rows, cols: cols % 64 == 0,
+        lambda rows, cols: rows % 6 == 0 and cols % 2 == 1,
     ],
 )
 def test_a_program_with_conditions_on_larger_sizes_is_refused(condition):

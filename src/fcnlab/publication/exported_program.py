@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ INPUT, CLASS_MAP, SCORES = "image", "class_map", "scores"
 FACTS = "fcnlab.json"  # in a file of torch.export
 EXAMPLE = (2, 97, 130)  # batch, rows and columns: all different, and some cells of the coarsest level on each side
 LARGEST = 8192  # pixels on a side, up to which every image must be accepted
-MOST_DIVISOR = 64  # of sizes of images, in the code of networks
+ROUND = 20_160  # pixels on a side; divisible by 64 and by every number up to 10
 LARGEST_SMALLEST = 1024  # pixels on each side, below which a size must be accepted
 
 
@@ -106,9 +107,8 @@ def _check_larger_sizes(exported: ExportedProgram, smallest: int) -> None:
     """
     module = exported.module().to("meta")
     near, far = smallest + 1, smallest + LARGEST
-    sizes = [(smallest, near), (near, smallest), (smallest, far), (far, smallest), (far, far)]
-    # With every remainder of a division by up to 64: code that pads to a multiple may take another way for a multiple.
-    for size in (*sizes, *((far + more, near + more) for more in range(MOST_DIVISOR))):
+    # Code that pads to a multiple may take another way for a multiple.
+    for size in (*permutations((smallest, near, far, ROUND), 2), (far, far), (ROUND, ROUND)):
         try:
             module(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
         except AssertionError as error:
